@@ -72,6 +72,20 @@ class Bounds:
         return self.open_low and value == self.low
 
 
+@dataclass(frozen=True)
+class Completed:
+    """What TAB knows of a function that completes words, beside what it gives. tasks: of the models whose names these
+    are, in place of words that could be kept. others: words elsewhere, and the names here. asks: whether what it gives
+    depends on the words before."""
+
+    tasks: tuple[str | None, ...] = ()
+    others: tuple[tuple[str, str], ...] = ()
+    asks: bool = False
+
+
+COMPLETED: dict[object, Completed] = {}  # by the function
+
+
 @dataclass(eq=False, repr=False)
 class Option:
     """One row.
@@ -330,3 +344,13 @@ SEED = Option(
     "Random seed; same seed, same result. Output i uses N + i (default: random, and recorded).",
     RUN,
 )
+
+
+COMMANDS: dict[object, Mapping[str, Option]] = {}  # rows by the names of parameters, of the function of a command
+
+
+def rows_of(callback: object) -> Mapping[str, Option]:
+    """Return the rows that a command was made of, by the function that it calls; none of one made otherwise."""
+    while (inner := getattr(callback, "__wrapped__", None)) is not None:  # typer's own is around it
+        callback = inner
+    return COMMANDS.get(callback, {})

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gencli.checkpoints.mixes import PACKING, check_mix
 from gencli.devices import DEVICES, DTYPES, check_device, check_dtype, check_names
 from gencli.errors import UsageError
-from gencli.options import MODEL, Option, several, string
+from gencli.options import COMPLETED, MODEL, Completed, Option, several, string
 
 
 def _check_packing(name: str, mix: str) -> None:
@@ -51,7 +51,7 @@ def completing(task: str | None = None) -> Callable[[str], list[tuple[str, str]]
 
         return [(name, what) for name, what in known_names(task) if name.startswith(incomplete)]
 
-    complete.models = [task]  # type: ignore[attr-defined]  # for gencli.cli.tab
+    COMPLETED[complete] = Completed(tasks=(task,))
     return complete
 
 

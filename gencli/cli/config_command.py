@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from json import dumps as toml
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -19,6 +19,10 @@ from gencli.cli.sinks import write_lines, write_object
 from gencli.cli.values import SAID
 from gencli.cli.variables import unread
 from gencli.errors import UsageError, did_you_mean
+from gencli.options import COMPLETED, Completed, rows_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Never
 
 Items = list[tuple[str, str]]
 KEY = "COMMAND.OPTION, as in image.steps, or OPTION for every command that has it."
@@ -54,7 +58,7 @@ def _keys_there(ctx: typer.Context, incomplete: str) -> Items:
     return [(key, "") for key in found if key.startswith(incomplete)]
 
 
-_values.asks = _keys_there.asks = True  # type: ignore[attr-defined]  # for gencli.cli.tab
+COMPLETED |= dict.fromkeys((_values, _keys_there), Completed(asks=True))
 Key = Annotated[str, typer.Argument(metavar="KEY", help=KEY, autocompletion=_keys)]
 KeyThere = Annotated[str, typer.Argument(metavar="KEY", help=KEY, autocompletion=_keys_there)]
 Values = Annotated[
@@ -193,11 +197,11 @@ def _check(ctx: typer.Context, command: parser.Command, param: OptionParam, valu
 
     use_plain_values([param])
     found = param.process_value(ctx, value if param.multiple else value[0])
-    row = getattr(command.callback, "rows", {}).get(param.name)
+    row = rows_of(command.callback).get(name := param.name or "")
     if row is None or (row.word is not None and row.read is None):
         return
     found = tuple(found) if row.several and isinstance(found, list | tuple) else found
-    row.check(param.name, found if row.read is None else row.read(found))
+    row.check(name, found if row.read is None else row.read(cast("Never", found)))
     if param.name == "model" and "/" not in value[0] and find_entry(value[0]) is None:  # not to be downloaded
         find(value[0], offline="`gencli config set`")
 

@@ -30,7 +30,7 @@ from gencli.cli.help import SETTINGS, Command
 from gencli.cli.tab import fitting
 from gencli.cli.variables import unread
 from gencli.errors import GencliError, UsageError
-from gencli.options import MODEL, OUTPUT, RUN, Option, flag, row, string
+from gencli.options import COMMANDS, COMPLETED, MODEL, OUTPUT, RUN, Completed, Option, flag, row, string
 from gencli.spec import ModelSpec, named_model
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def command(
                 raise config.located(error, ctx) from error
 
         run.__name__, run.__doc__, run.__module__ = function.__name__, function.__doc__, function.__module__
-        run.rows = {name: option for name, (option, _) in table.items()}  # type: ignore[attr-defined]
+        COMMANDS[run] = {name: option for name, (option, _) in table.items()}
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         app.command(name, cls=Command, context_settings=SETTINGS, epilog=epilog)(run)
@@ -172,7 +172,7 @@ def _completion(known: Collection[str], labels: Mapping[object, str]) -> Callabl
     def complete(incomplete: str) -> list[tuple[str, str]]:
         return fitting(items, others, incomplete)
 
-    complete.others = others  # type: ignore[attr-defined]  # for gencli.cli.tab
+    COMPLETED[complete] = Completed(others=tuple(others))
     return complete
 
 

@@ -307,8 +307,8 @@ def _param(param: Any, ctx: Any) -> Param:
     declared = inspect.signature(ctx.command.callback, eval_str=True).parameters.get(param.name)
     said = getattr(declared and declared.annotation, "__metadata__", (None,))[0]
     complete = getattr(said, "autocompletion", None)
-    models, asks = getattr(complete, "models", []), getattr(complete, "asks", False)
-    found = [] if models or asks else [(item.value, item.help or "") for item in param.shell_complete(ctx, "")]
+    tasks, others, asks = _told_of(complete)
+    given = [] if tasks or asks else param.shell_complete(ctx, "")
     if param.nargs not in ((1, -1) if argument else (1,)):
         raise UnusualError
     return {
@@ -318,11 +318,21 @@ def _param(param: Any, ctx: Any) -> Param:
         "hidden": bool(param.hidden),
         "valued": not argument and not param.is_flag,
         "several": param.nargs == -1 if argument else param.multiple,
-        "values": found,
-        "models": models,
-        "others": getattr(complete, "others", []),
+        "values": [(item.value, item.help or "") for item in given],
+        "models": tasks,
+        "others": others,
         "asks": asks,
     }
+
+
+def _told_of(complete: object) -> tuple[list[str | None], Items, bool]:
+    """Return models, others and asks of a parameter (see `Param`), by the function that completes it, if one does."""
+    if complete is None:
+        return [], [], False
+    from gencli.options import COMPLETED, Completed
+
+    known = COMPLETED.get(complete, Completed())
+    return [*known.tasks], [*known.others], known.asks
 
 
 def _file(path: list[str]) -> str:

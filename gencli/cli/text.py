@@ -23,14 +23,9 @@ from gencli.cli.text_work import Texts, TextWork, asks_template, checked, settin
 from gencli.cli.warm import Serving
 from gencli.errors import GencliError, UsageError
 from gencli.many.blocks import blocks
-from gencli.options import OUTPUT, Option, file, flag, string
+from gencli.options import OUTPUT, Option, file, flag, rows_of, string
 from gencli.spec import TextSpec
-from gencli.text.events import (
-    Completion,
-    Event,
-    Failed,
-    in_order,
-)
+from gencli.text.events import Completion, Event, Failed, in_order
 from gencli.text.grammar import on_one_line
 from gencli.text.request import CONVERSATION, INPUT, MAX_SEED, TextRequest
 
@@ -150,8 +145,7 @@ def text(
         request = dataclasses.replace(request, seed=many.seed(records, request.seed, asked, largest))
     settings = settings_of(request, spec, start, shown)
     if records is not None:
-        rows = getattr(ctx.command.callback, "rows", {})
-        many.note_settings(records, {"model": checkpoint.name, **settings}, rows, console.note)
+        many.note_settings(records, {"model": checkpoint.name, **settings}, rows_of(ctx.command.callback), console.note)
     if request.schema is not None and source.lines and not shown.null:  # a line of stdout for each of stdin
         request = dataclasses.replace(request, schema=on_one_line(request.schema))
     output: PlainOutput | JsonOutput = PlainOutput(echo=shown.echo, null=shown.null)

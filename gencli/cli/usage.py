@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from gencli.cli import config
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     import typer
 
     from gencli.cli.parser import Command
-    from gencli.options import Option
 
 CONTEXT = "the context is the model's own; -n limits what is generated, and --truncate left cuts a long prompt"
 DEVICE = "--device cuda runs the whole model on the GPU; auto does so where there is one"
@@ -185,8 +184,9 @@ def refuse_glued(command: Command, ctx: typer.Context, args: list[str]) -> None:
 def _elsewhere(option: str, ctx: typer.Context) -> str | None:
     """Return a hint for an option as other tools call it: what it is called here, or advice."""
     command: Command = ctx.command
-    rows: Mapping[str, Option] = getattr(command.callback, "rows", {})
-    if called := [row.name(name) for name, row in rows.items() if option in row.also]:
+    from gencli.options import rows_of
+
+    if called := [row.name(name) for name, row in rows_of(command.callback).items() if option in row.also]:
         return f"did you mean {' or '.join(called)}?"
     is_output = option in OUTPUTS and any("-o" in param.opts for param in command.params)
     if ctx.info_name == "chat" and option in CHAT_ELSEWHERE:

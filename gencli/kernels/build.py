@@ -89,6 +89,6 @@ def _run(*commands: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     try:
-        print(build())  # noqa: T201
+        sys.stdout.write(f"{build()}\n")
     except NoCompilerError as error:
         sys.exit(f"error: {error}")

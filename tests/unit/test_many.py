@@ -308,7 +308,7 @@ def test_a_run_whose_lines_are_all_done_says_so(tmp_path, monkeypatch, capsys):
 
 
 def test_settings_that_differ_from_those_of_the_records_are_told(tmp_path):
-    rows = typer.main.get_command(text_app).callback.rows
+    rows = options.rows_of(typer.main.get_command(text_app).callback)
     then = settings_of(TextRequest.of(temperature=0.5, stop=("a", "b"), schema=json.dumps({"const": "x" * 300})))
     (tmp_path / "r.jsonl").write_bytes(record(0, model="stories", settings=then))
     records, notes = Records(tmp_path / "r.jsonl"), []
