@@ -228,7 +228,8 @@ class TextRequest:
         also=("--grammar-file", "--regex", "--guided-regex")).field(None)
     messages: bool = flag(False, "--messages",
         "The prompt is a conversation to be answered, as OpenAI's API has it: a JSON list of messages, or an "
-        "object with them as `messages`. With --lines each line is one. Turns on --chat.", CONVERSATION)
+        "object with them as `messages`. A last one of the assistant begins the answer. With --lines each line is one. "
+        "Turns on --chat.", CONVERSATION)
     think: str | None = dataclasses.replace(THINK,
         help=f"{THINK.help}, and with --json to `reasoning_content`. Turns on --chat.").field(None)
     chat_template_kwargs: str | None = dataclasses.replace(TEMPLATE_KWARGS,
