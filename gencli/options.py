@@ -72,20 +72,6 @@ class Bounds:
         return self.open_low and value == self.low
 
 
-@dataclass(frozen=True)
-class Completed:
-    """What TAB knows of a function that completes words, beside what it gives. tasks: of the models whose names these
-    are, in place of words that could be kept. others: words elsewhere, and the names here. asks: whether what it gives
-    depends on the words before."""
-
-    tasks: tuple[str | None, ...] = ()
-    others: tuple[tuple[str, str], ...] = ()
-    asks: bool = False
-
-
-COMPLETED: dict[object, Completed] = {}  # by the function
-
-
 @dataclass(eq=False, repr=False)
 class Option:
     """One row.

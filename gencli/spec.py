@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gencli.checkpoints.mixes import PACKING, check_mix
+from gencli.completions import COMPLETED, Completed
 from gencli.devices import DEVICES, DTYPES, check_device, check_dtype, check_names
 from gencli.errors import UsageError
-from gencli.options import COMPLETED, MODEL, Completed, Option, several, string
+from gencli.options import MODEL, Option, several, string
 
 
 def _check_packing(name: str, mix: str) -> None:

@@ -18,8 +18,9 @@ from gencli.cli.parser import CommandGroup, OptionParam, is_group, is_option, ro
 from gencli.cli.sinks import write_lines, write_object
 from gencli.cli.values import SAID
 from gencli.cli.variables import unread
+from gencli.completions import COMPLETED, Completed
 from gencli.errors import UsageError, did_you_mean
-from gencli.options import COMPLETED, Completed, rows_of
+from gencli.options import rows_of
 
 if TYPE_CHECKING:
     from typing_extensions import Never

@@ -29,8 +29,9 @@ from gencli.cli.download import show_download
 from gencli.cli.help import SETTINGS, Command
 from gencli.cli.tab import fitting
 from gencli.cli.variables import unread
+from gencli.completions import COMPLETED, Completed
 from gencli.errors import GencliError, UsageError
-from gencli.options import COMMANDS, COMPLETED, MODEL, OUTPUT, RUN, Completed, Option, flag, row, string
+from gencli.options import COMMANDS, MODEL, OUTPUT, RUN, Option, flag, row, string
 from gencli.spec import ModelSpec, named_model
 
 if TYPE_CHECKING:

@@ -307,8 +307,12 @@ def _param(param: Any, ctx: Any) -> Param:
     declared = inspect.signature(ctx.command.callback, eval_str=True).parameters.get(param.name)
     said = getattr(declared and declared.annotation, "__metadata__", (None,))[0]
     complete = getattr(said, "autocompletion", None)
-    tasks, others, asks = _told_of(complete)
-    given = [] if tasks or asks else param.shell_complete(ctx, "")
+    known = None
+    if complete is not None:
+        from gencli.completions import COMPLETED
+
+        known = COMPLETED.get(complete)
+    given = [] if known and (known.tasks or known.asks) else param.shell_complete(ctx, "")
     if param.nargs not in ((1, -1) if argument else (1,)):
         raise UnusualError
     return {
@@ -319,20 +323,10 @@ def _param(param: Any, ctx: Any) -> Param:
         "valued": not argument and not param.is_flag,
         "several": param.nargs == -1 if argument else param.multiple,
         "values": [(item.value, item.help or "") for item in given],
-        "models": tasks,
-        "others": others,
-        "asks": asks,
+        "models": [*known.tasks] if known else [],
+        "others": [*known.others] if known else [],
+        "asks": known is not None and known.asks,
     }
-
-
-def _told_of(complete: object) -> tuple[list[str | None], Items, bool]:
-    """Return models, others and asks of a parameter (see `Param`), by the function that completes it, if one does."""
-    if complete is None:
-        return [], [], False
-    from gencli.options import COMPLETED, Completed
-
-    known = COMPLETED.get(complete, Completed())
-    return [*known.tasks], [*known.others], known.asks
 
 
 def _file(path: list[str]) -> str:
