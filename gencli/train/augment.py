@@ -1,10 +1,8 @@
-"""More captioned images made from the data's, whose captions stay true: varied a little, recoloured, two in one."""
+"""More captioned images made from the data's, whose captions stay true: recoloured, and two in one."""
 
 from __future__ import annotations
 
-import math
 import random
-import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from gencli.train.pictures import Caption
+from gencli.train.variants import mirrored
 
 CaptionedImage = tuple[Caption, np.ndarray]
 """A caption and its image (H, W, 3), uint8."""
@@ -40,97 +39,10 @@ VIVID = 0.7  # mean saturation to which a dull picture is lifted before it is re
 PAIR_WORDS = 2  # words of a name that may stand in a pair
 OWN_SHARE = 0.6  # of what is drawn, for a picture to be "a red one"
 
-ANGLE, SCALE, SHIFT = 4.0, 0.05, 0.012  # at most: degrees, share of the size, share of the side
-HUE, SATURATION, GAMMA = 10.0, 0.4, 0.5  # at most: degrees, octaves of the saturation and of brightness's exponent
-TINTED, TINT = 0.5, 0.15  # share of images that lie on tinted paper, and the paper's saturation at most
-CHUNK = 2048  # images that are varied at once
-SIDED = ("symbols", "flags")  # groups whose images are never mirrored
-SIDED_WORDS = frozenset(
-    "left leftwards right rightwards east west clock clocks clockwise time watch letter letters number numbers digit "
-    "digits alphabet text word words write writing handwriting sign signs symbol calendar date keycap button arrow map "
-    "flag flags note notes newspaper page document currency money dollar euro yen ticket label question exclamation "
-    "mark speech logo poster quarter waxing waning crescent".split()
-)  # what is drawn under such a word may be false in a mirror
-MIRRORED = 0.5  # share of the copies that may be mirrored, and are
-
 SIDE = ("{a} and {b}", "{a} and {b}", "{a} and {b}", "{a} with {b}", "{a} next to {b}", "{a} beside {b}", "{a}, {b}")
 STACK = ("{a} over {b}", "{a} above {b}", "{a} on top of {b}", "{b} under {a}", "{b} below {a}")
 STACKED, TWINS = 0.2, 0.05  # shares of what is made: one above the other; the same thing twice
 PAINTED = 0.25  # share of things in a pair that are repainted
-
-
-def vary(images: Tensor, generator: torch.Generator, device: torch.device | None = None) -> Tensor:
-    """Return images (N, 3, H, W) uint8 rotated, scaled and shifted a little on white, and their colours changed.
-
-    The changes are small: a clock's time, an arrow's direction and the name of a color stay true. Nothing is mirrored.
-    generator: on the CPU, so that every device gives the same within rounding. device: where to compute.
-    """
-    parts = [_vary(part.to(device or part.device), generator) for part in images.split(CHUNK) if len(part)]
-    return torch.cat([images[:0], *(part.to(images.device) for part in parts)])
-
-
-def _vary(images: Tensor, generator: torch.Generator) -> Tensor:
-    changes = (2 * torch.rand(7, len(images), generator=generator) - 1).to(images.device)
-    angle, scale = math.radians(ANGLE) * changes[0], 1 + SCALE * changes[1]
-    x, y = 2 * SHIFT * changes[2], 2 * SHIFT * changes[3]  # a side is 2 long for affine_grid
-    cos, sin = angle.cos() / scale, angle.sin() / scale
-    matrix = torch.stack([cos, sin, -cos * x - sin * y, -sin, cos, sin * x - cos * y], dim=1).view(-1, 2, 3)
-    ink = 1 - images.float() / 255  # 0 is white, which is also what lies outside
-    grid = F.affine_grid(matrix, list(ink.shape), align_corners=False)
-    moved = 1 - F.grid_sample(ink, grid, mode="bicubic", align_corners=False).clamp(0, 1)
-    hue, saturation, value = _to_hsv(moved)
-    hue = hue + HUE / 360 * changes[4].view(-1, 1, 1)
-    value = value ** (2 ** (GAMMA * changes[5])).view(-1, 1, 1)
-    saturation = (saturation * (2 ** (SATURATION * changes[6])).view(-1, 1, 1)).clamp(max=1)
-    return (255 * _to_rgb(hue, saturation, value)).round().to(torch.uint8)
-
-
-def may_be_mirrored(caption: Caption) -> bool:
-    """Return whether no word of a caption says that its image has a side, a text, a number or a time."""
-    said = " ".join((caption.label, *caption.tags, *caption.names)).casefold()
-    words = set(re.findall(r"[^\W_]+", said))
-    return not (caption.group in SIDED or words & SIDED_WORDS or any(map(str.isdigit, caption.label)))
-
-
-def mirror(images: Tensor, captions: Sequence[Caption], generator: torch.Generator) -> Tensor:
-    """Return images (N, 3, H, W), about half of those that `may_be_mirrored` seen in a mirror."""
-    chosen = torch.rand(len(images), generator=generator) < MIRRORED
-    chosen &= torch.tensor([may_be_mirrored(caption) for caption in captions], dtype=torch.bool)
-    return torch.where(chosen.view(-1, 1, 1, 1), images.flip(3), images)
-
-
-def tint(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return images (N, 3, H, W) uint8, about half of them as printed on paper of a pale colour in place of white."""
-    hue, depth, chance = torch.rand(3, len(images), 1, 1, generator=generator)
-    paper = _to_rgb(hue, TINT * depth * (chance < TINTED), torch.ones_like(hue))
-    parts = [
-        (part.float() * ground).round().to(torch.uint8)
-        for part, ground in zip(images.split(CHUNK), paper.split(CHUNK), strict=True)
-    ]
-    return torch.cat([images[:0], *parts])
-
-
-def _to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return hue (1 is the full circle), saturation and value (N, H, W) of RGB images (N, 3, H, W), all in 0..1."""
-    red, green, blue = images.unbind(1)
-    value, lowest = images.amax(1), images.amin(1)
-    chroma = value - lowest
-    safe = chroma.clamp(min=1e-6)
-    sextant = torch.where(
-        value == red,
-        (green - blue) / safe,
-        torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
-    )
-    return sextant / 6 % 1, chroma / value.clamp(min=1e-6), value
-
-
-def _to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
-    """Return RGB images (N, 3, H, W); the inverse of `_to_hsv`."""
-    channels = []
-    for offset in (5, 3, 1):
-        k = (offset + 6 * hue) % 6
-        channels.append(value - value * saturation * torch.minimum(k, 4 - k).clamp(0, 1))
-    return torch.stack(channels, dim=1)
 
 
 def recolored(caption: Caption, picture: np.ndarray, rng: random.Random, count: int) -> Iterator[CaptionedImage]:
@@ -177,10 +89,11 @@ def _named(caption: Caption, color: str) -> Caption:
     return replace(caption, label=label, tags=(), names=names)
 
 
-def recolor(known: Sequence[CaptionedImage], copies: int, seed: int) -> list[CaptionedImage]:
-    """Return up to `copies` recoloured copies of each image."""
+def recolor(known: Sequence[CaptionedImage], copies: int, seed: int) -> tuple[list[CaptionedImage], list[int]]:
+    """Return up to `copies` recoloured copies of each image, and for each copy the number of the image."""
     rng = random.Random(f"{seed}/augment")
-    return [made for caption, picture in known for made in recolored(caption, picture, rng, copies)]
+    made = [(one, i) for i, (caption, image) in enumerate(known) for one in recolored(caption, image, rng, copies)]
+    return [one for one, _ in made], [i for _, i in made]
 
 
 def is_kept(first: str, second: str) -> bool:
@@ -198,17 +111,19 @@ def is_short(caption: Caption) -> bool:
 
 
 def pair_up(
-    captions: Sequence[Caption], images: Tensor, originals: int, count: int, seed: int
+    captions: Sequence[Caption], images: Tensor, side: Tensor, originals: int, factors: Tensor, seed: int
 ) -> tuple[list[Caption], Tensor]:
-    """Return captions and images (count, 3, H, W) of two things each, at half their size, on white.
+    """Return captions and images (M, 3, H, W) of two things each, at half their size, on white.
 
-    captions, images: what there is, uint8 (N, 3, H, W); the first `originals` are not repainted. Most images show the
-    two side by side, some one above the other ("sun over sea") or a thing twice ("two cats"). Only things with short
-    labels are taken. No couple that `is_kept` is made side by side.
+    captions, images: what there is, uint8 (N, 3, H, W); the first `originals` are not repainted. side (N,), factors
+    (M, F): each thing is seen as those say (see `variants.mirrored`). Most images show the two side by side, some one
+    above the other ("sun over sea") or a thing twice ("two cats"). Only things with short labels are taken. No couple
+    that `is_kept` is made side by side.
     """
     rng = random.Random(f"{seed}/pairs")
     plain = [i for i in range(originals) if is_short(captions[i])]
     painted = [i for i in range(originals, len(captions)) if len(captions[i].label.split()) <= PAIR_WORDS + 1]
+    count = len(factors)
     if not plain or not count:
         return [], images[:0]
     size = images.shape[-1]
@@ -223,9 +138,10 @@ def pair_up(
         elif not stacked and is_kept(captions[first].label, captions[second].label):
             continue
         sheet = sheets[len(made)]
-        for at, index in enumerate((first, second)):
+        two, told = [first, second], factors[[len(made)] * 2]
+        for at, half in enumerate(mirrored(halves[two], side[two], told)):
             row, column = (at * (size // 2), size // 4) if stacked and not twins else (size // 4, at * (size // 2))
-            sheet[:, row : row + size // 2, column : column + size // 2] = halves[index]
+            sheet[:, row : row + size // 2, column : column + size // 2] = half
         made.append(_both(captions[first], captions[second], rng, stacked=stacked, twins=twins))
     return made, sheets
 

@@ -93,8 +93,9 @@ def normalise_latents(vae: nn.Module, mean: Tensor, std: Tensor) -> tuple[Tensor
 
 def making(recipe: ImageRecipe) -> dict[str, object]:
     """Return the settings of which the data's digest depends, which tell better than it what has changed."""
-    named = {name: getattr(recipe, name) for name in ("hold_out", "variants", "pairs")}
-    return {**named, "recolor": recipe.copies}
+    named = {name: getattr(recipe, name) for name in ("hold_out", "random_flip", "pairs")}
+    told = recipe.variants and f"{recipe.variants}, told by noise"  # a run of before went on with other copies
+    return {**named, "recolor": recipe.copies, "variants": told}
 
 
 def identity(recipe: ImageRecipe, data: str, precision: Precision, *names: str) -> dict[str, object]:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gencli.train import state
+from gencli.train.coupling import Coupling
 from gencli.train.curve import Curve
 from gencli.train.phrases import Phrases
 from gencli.train.pictures import Caption
@@ -71,7 +72,8 @@ class LatentDataset:
     """Latents to learn from: means and standard deviations (N, C, h, w), with their captions.
 
     The first `originals` are the data's. groups: how many latents there are in each of the groups that follow each
-    other, and its share of a batch. What lies after them is for validation.
+    other, and its share of a batch. What lies after them is for validation. coupling: of noise with how the latents'
+    images were varied; without it noise is drawn apart.
     """
 
     captions: list[Caption]
@@ -79,6 +81,7 @@ class LatentDataset:
     std: Tensor
     originals: int
     groups: tuple[tuple[int, float], ...]
+    coupling: Coupling | None = None
 
     @property
     def validation(self) -> int:
@@ -96,6 +99,15 @@ class LatentDataset:
     def sample(self, picks: Tensor, generator: torch.Generator) -> Tensor:
         """Return latents of some images, drawn from the autoencoder's distribution."""
         return self.mean[picks] + self.std[picks] * torch.randn(self.mean[picks].shape, generator=generator)
+
+    def noise(self, picks: Tensor, named: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the noise (B, C, h, w) that goes with some images. named (B,): which of them have a caption.
+
+        Without a caption noise tells nothing, so that guidance, which draws away from what is predicted without one,
+        strengthens what noise tells.
+        """
+        noise = torch.randn(self.mean[picks].shape, generator=generator)
+        return torch.where(named.view(-1, 1, 1, 1), self.coupling.told(noise, picks), noise) if self.coupling else noise
 
 
 def configs(recipe: ImageRecipe, latent: int, channels: int) -> dict[str, dict[str, object]]:
@@ -139,11 +151,11 @@ def draw(
     rng = random.Random(f"{recipe.seed}/{step}")
     picks = dataset.pick(recipe, generator)
     texts = [phrases.draw(dataset.captions[i], recipe.drop, rng) for i in picks.tolist()]
-    ids = torch.tensor([pipeline.encode_prompt(text) for text in texts])
+    ids, named = torch.tensor([pipeline.encode_prompt(text) for text in texts]), torch.tensor([*map(bool, texts)])
     x0 = dataset.sample(picks, generator)
     # one timestep from each of B equal parts of the range: the same distribution, less variance
     parts = (torch.rand(1, generator=generator) + torch.arange(recipe.batch) / recipe.batch) % 1
-    return NoisyBatch(ids, x0, torch.randn(x0.shape, generator=generator), timesteps(pipeline, parts))
+    return NoisyBatch(ids, x0, dataset.noise(picks, named, generator), timesteps(pipeline, parts))
 
 
 def fixed_batch(pipeline: TextToImageModel, dataset: LatentDataset, recipe: ImageRecipe) -> NoisyBatch:
@@ -155,7 +167,8 @@ def fixed_batch(pipeline: TextToImageModel, dataset: LatentDataset, recipe: Imag
     ids = torch.tensor([pipeline.encode_prompt(dataset.captions[i].label) for i in picks.tolist()])
     x0 = dataset.sample(picks, generator)
     parts = (torch.randperm(number, generator=generator) + 0.5) / number
-    return NoisyBatch(ids, x0, torch.randn(x0.shape, generator=generator), timesteps(pipeline, parts))
+    noise = dataset.noise(picks, torch.ones(number, dtype=torch.bool), generator)
+    return NoisyBatch(ids, x0, noise, timesteps(pipeline, parts))
 
 
 def timesteps(pipeline: TextToImageModel, parts: Tensor) -> Tensor:

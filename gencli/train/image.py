@@ -7,24 +7,21 @@ If a run continues from a checkpoint, the result is that checkpoint's folder wit
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from gencli import devices
 from gencli.atomic import replace_folder
 from gencli.checkpoints.save import save_part, write_json
-from gencli.errors import GencliError, UsageError, counted
+from gencli.errors import GencliError
 from gencli.image import words
 from gencli.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from gencli.models.module import channels_last
 from gencli.tokens import load_tokenizer
 from gencli.train import diffusion, state
-from gencli.train.augment import mirror, pair_up, recolor, tint, vary
 from gencli.train.autoencoder import (
     LATENTS,
     autoencoder_identity,
@@ -35,11 +32,12 @@ from gencli.train.autoencoder import (
     train_decoder,
 )
 from gencli.train.autoencoder import config as autoencoder_config
-from gencli.train.captions import find_captions
 from gencli.train.clip_tokenizer import write_clip_tokenizer
+from gencli.train.collection import ImageCollection, collect_images
+from gencli.train.coupling import couple
 from gencli.train.diffusion import LatentDataset
 from gencli.train.phrases import ADJECTIVES, AROUND, TEMPLATES, plural, singular
-from gencli.train.pictures import Caption, read_pictures, to_signal, to_tensor
+from gencli.train.pictures import Caption, to_signal
 from gencli.train.precision import Precision, pick_precision
 from gencli.train.recipe import ImageRecipe
 from gencli.train.text_to_image import (
@@ -71,7 +69,6 @@ MODEL_INDEX = {
 # the checkpoint's default parameters, named as in diffusers
 DEFAULTS = {"num_inference_steps": 20, "guidance_scale": 3.0}
 CHUNK = 32 * 128 * 128  # pixels that are encoded at once on a CPU; on a GPU times 32
-PAINTED_VARIANTS = 0.25  # variants of a repainted image, to one of an image as it is
 
 
 def train(
@@ -109,7 +106,8 @@ def _train(
     if len(saved["mean"]) != len(labels):  # a file from before it recorded its recipe
         raise GencliError(f"{out / 'latents.pt'} is of other images", "choose another -o to start again")
     mean, std = saved["mean"], saved["deviation"]
-    dataset = LatentDataset(collection.captions, mean, std, collection.originals, collection.groups)
+    coupling = couple(mean, collection.factors) if recipe.variants else None
+    dataset = LatentDataset(collection.captions, mean, std, collection.originals, collection.groups, coupling)
     pipeline = pipeline or new
     assert pipeline is not None
     if recipe.words_steps:
@@ -123,81 +121,6 @@ def _train(
             save_model(network, pipeline.checkpoint, folder, vae if recipe.decoder_steps else None)
         else:
             save_new(recipe, network, vae, mean, folder)
-
-
-@dataclass(frozen=True)
-class ImageCollection:
-    """Captions and images (N, 3, size, size), uint8, in groups that follow each other, and last those for validation.
-
-    groups: how many images there are in each, and its share of what is seen. The first group begins with the data's
-    own images, of which there are `originals`.
-    """
-
-    captions: list[Caption]
-    images: Tensor
-    originals: int
-    groups: tuple[tuple[int, float], ...]
-
-    @property
-    def trained(self) -> Tensor:
-        """The images that are not for validation."""
-        return self.images[: sum(count for count, _ in self.groups)]
-
-    @property
-    def validation(self) -> int:
-        """The number of images for validation."""
-        return len(self.images) - len(self.trained)
-
-
-def collect_images(
-    pictures: Path,
-    captions: Sequence[Path],
-    size: int,
-    recipe: ImageRecipe,
-    note: Callable[[str], None] = lambda text: None,
-) -> ImageCollection:
-    """Read all captions and images, and make more of them as the recipe says. note: see `train`."""
-    rows = find_captions(pictures, captions, note)
-    validation = round(len(rows) * recipe.hold_out)
-    if validation == len(rows):
-        raise UsageError(
-            f"--hold-out {recipe.hold_out:g}: of {counted(len(rows), 'image')} none is left to train on",
-            "hold out less",
-        )
-    images = read_pictures(pictures, [name for name, _ in rows], size)
-    labelled = [caption for _, caption in rows]
-    if validation:  # evenly from all over the file, whatever its order
-        chosen = {(2 * i + 1) * len(rows) // (2 * validation) for i in range(validation)}
-        order = sorted(range(len(rows)), key=lambda index: index in chosen)
-        labelled, images = [labelled[i] for i in order], images[order]
-    count = len(rows) - validation
-    known, held = images[:count], images[count:]
-    generator, where = torch.Generator().manual_seed(recipe.seed), devices.pick_device(recipe.device)
-
-    def copies(some: Tensor, captions: Sequence[Caption], number: int) -> Iterator[Tensor]:
-        for _ in range(number):
-            varied = vary(some, generator, where)
-            yield mirror(varied, captions, generator) if recipe.random_flip else varied
-
-    originals = zip(labelled[:count], (image.permute(1, 2, 0).numpy() for image in known), strict=True)
-    painted = recolor(list(originals), recipe.copies, recipe.seed)
-    repainted = torch.cat([known[:0], *(to_tensor(image) for _, image in painted)])
-    times = max(1, round(recipe.variants * PAINTED_VARIANTS)) if recipe.variants else 0
-    pixels = [
-        torch.cat([known, *copies(known, labelled[:count], recipe.variants)]),
-        torch.cat([*copies(repainted, [caption for caption, _ in painted], times)] or [repainted]),
-    ]
-    names = labelled[:count] * (1 + recipe.variants) + [caption for caption, _ in painted] * max(1, times)
-    pairs, sheets = pair_up(names, torch.cat(pixels), len(pixels[0]), recipe.pairs, recipe.seed)
-    pixels.append(sheets)
-    if recipe.variants:
-        pixels = [
-            torch.cat([known, tint(pixels[0][count:], generator)]),
-            *(tint(some, generator) for some in pixels[1:]),
-        ]
-    shares = [recipe.recolor_share if painted else 0.0, recipe.pair_share if pairs else 0.0]
-    groups = tuple(zip(map(len, pixels), [1 - sum(shares), *shares], strict=True))
-    return ImageCollection([*names, *pairs, *labelled[count:]], torch.cat([*pixels, held]), count, groups)
 
 
 def _make_latents(

@@ -193,11 +193,11 @@ class ImageRecipe:
     keep_text_encoder also that. widths: the UNet's channels, one number a level, multiples of 16; those of the
     autoencoder are multiples of 8. size: pixels a side, by default 128 or what `init` was trained with.
 
-    whole_words: see `text_to_image.with_whole_words`. variants: see `augment.vary`, of each image. random_flip: see
-    `augment.mirror`. copies: see `augment.recolored`; what it makes is `recolor_share` of what is seen. pairs: see
-    `augment.pair_up`; `pair_share` of what is seen. drop: share of captions left out. hold_out: share of the images
-    that is never trained on, only scored. min_snr: γ of the loss's weights, 0 for none. ema: decay of the average of
-    weights.
+    whole_words: see `text_to_image.with_whole_words`. variants: see `variants.vary`, of each image; noise tells how one
+    differs (see `coupling`). random_flip: see `variants.mirrored`. copies: see `augment.recolored`; what it makes is
+    `recolor_share` of what is seen. pairs: see `augment.pair_up`; `pair_share` of what is seen. drop: share of captions
+    left out. hold_out: share of the images that is never trained on, only scored. min_snr: γ of the loss's weights, 0
+    for none. ema: decay of the average of weights.
 
     kl, edges, color: weights of the autoencoder's losses beside the absolute error: on the mean divergence per latent
     number, on image gradients, and on means over 8×8 pixels, which keeps hues that thin latents would trade for edges.
@@ -244,7 +244,7 @@ class ImageRecipe:
     min_snr: float = number(0.0, "--min-snr X",
         "Min-SNR loss weighting; gamma X, usually 5 (default: 0, off).", RECIPE,
         valid=partial(_within, 0, 1e9))
-    variants: int = _count(0, "--variants N", "Varied copies per image: in place, colours and paper", least=0)
+    variants: int = _count(0, "--variants N", "Varied copies per image, so that seeds draw different images", least=0)
     random_flip: bool = flag(False, "--random-flip",
         "Mirror half of the varied copies whose captions name no side, text, number or time.", RECIPE)
     copies: int = _count(0, "--recolor N", "Recoloured copies per image", least=0)

@@ -22,9 +22,10 @@ from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from gencli.json_files import read_text
 from gencli.spec import ModelSpec
-from gencli.train.augment import COLORS, is_kept, is_short, may_be_mirrored, recolor, with_article
+from gencli.train.augment import COLORS, is_kept, is_short, recolor, with_article
 from gencli.train.captions import find_captions
 from gencli.train.pictures import Caption, read_pictures, to_tensor
+from gencli.train.variants import may_be_mirrored
 
 SMALL = 32  # pixels a side at which images are compared
 
@@ -72,7 +73,7 @@ def score_pictures(
     """Draw `count` labels, chosen by `seed`, at the checkpoint's own settings; drawing i has seed `seed` + i.
 
     A drawing is recognised if the nearest of all images is its label's own: smallest squared distance, mean-pooled to
-    32×32 RGB on white, where images that `augment.may_be_mirrored` count both ways. Each prompt is drawn `seeds` times
+    32×32 RGB on white, where images that `variants.may_be_mirrored` count both ways. Each prompt is drawn `seeds` times
     in a row. In place of labels:
 
     unseen_colors: N; things in colours in which neither the data nor a training run that repainted N copies of each
@@ -93,8 +94,8 @@ def score_pictures(
     elif unseen_colors is not None:
         pixels = (image.permute(1, 2, 0).numpy() for image in images)
         known = list(zip(captions_of, pixels, strict=True))
-        repainted = recolor(known, len(COLORS), seed=0)
-        shown = {caption.label for caption, _ in recolor(known, unseen_colors, seed=0)} | set(labels)
+        repainted, _ = recolor(known, len(COLORS), seed=0)
+        shown = {caption.label for caption, _ in recolor(known, unseen_colors, seed=0)[0]} | set(labels)
         images = torch.cat([images, *(to_tensor(image) for _, image in repainted)])
         captions_of += [caption for caption, _ in repainted]
         new = [caption.label for caption, _ in repainted if caption.label not in shown]

@@ -1,44 +1,16 @@
 """Pictures made from pictures: their captions must stay true."""
 
-import colorsys
-import itertools
 import random
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
 
-from gencli.train.augment import (
-    COLORS,
-    TINT,
-    _to_hsv,
-    _to_rgb,
-    is_kept,
-    may_be_mirrored,
-    mirror,
-    pair_up,
-    recolor,
-    recolored,
-    tint,
-    vary,
-)
+from gencli.train.augment import COLORS, is_kept, pair_up, recolor, recolored
 from gencli.train.pictures import Caption, to_tensor
+from tests.tiny.drawings import disc, hue_at
 
 HUES = {"red": 0, "orange": 30, "yellow": 50, "green": 115, "blue": 212, "purple": 280, "pink": 338}
-
-
-def disc(color: str, eye: str = "white") -> np.ndarray:
-    image = Image.new("RGB", (64, 64), "white")
-    draw = ImageDraw.Draw(image)
-    draw.ellipse((6, 6, 57, 57), fill=color)
-    draw.ellipse((28, 28, 35, 35), fill=eye)
-    return np.asarray(image)
-
-
-def hue_at(picture: np.ndarray, x: int = 32, y: int = 12) -> tuple[float, float, float]:
-    h, s, v = Image.fromarray(picture).convert("HSV").getpixel((x, y))
-    return h / 255 * 360, s / 255, v / 255
 
 
 def test_every_color_is_the_one_its_name_says() -> None:
@@ -69,60 +41,6 @@ def test_other_names_take_the_color_too() -> None:
     assert made["blue automobile"] == Caption("blue automobile", (), "travel & places", ("blue car",))
 
 
-def test_variants_differ_and_still_show_the_thing() -> None:
-    first = disc("green")
-    same = torch.cat([to_tensor(first)] * 20)
-    made = vary(same, torch.Generator().manual_seed(0))
-    assert torch.equal(made, vary(same, torch.Generator().manual_seed(0)))
-    spread = (made[1:].float() - made[:-1].float()).abs().mean((1, 2, 3))
-    assert spread.min() > 1.5 and spread.mean() > 4
-    for picture in made.permute(0, 2, 3, 1).numpy():
-        assert tuple(picture[0, 0]) == (255, 255, 255)  # the ground stays
-        assert hue_at(picture)[0] == pytest.approx(120, abs=12)
-        assert 0.8 < (picture.min(-1) < 128).mean() / (first.min(-1) < 128).mean() < 1.25
-
-
-def test_half_are_mirrored_where_no_word_names_a_side() -> None:
-    fish, arrow = Caption("fish", ("sea",), "animals & nature", ("goldfish",)), Caption("back arrow", (), "other")
-    assert may_be_mirrored(fish) and may_be_mirrored(Caption("dog", ("dog2",), ""))  # a tag may count
-    sided = [Caption("fist", ("right",), ""), Caption("pen", (), "", ("writing",)), Caption("cross", (), "symbols")]
-    for label in ("left-facing fist", "one o\u2019clock", "7 ball", "1st place medal", "Stop sign"):
-        sided.append(Caption(label, (), ""))
-    assert not any(map(may_be_mirrored, sided))
-    images = torch.randint(256, (120, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    made = mirror(images, [fish, arrow] * 60, torch.Generator().manual_seed(0))
-    turned = [torch.equal(one, image.flip(2)) for one, image in zip(made, images, strict=True)]
-    same = [torch.equal(one, image) for one, image in zip(made, images, strict=True)]
-    assert all(one != other for one, other in zip(turned, same, strict=True)) and all(same[1::2])
-    assert 20 <= sum(turned) <= 40
-
-
-def test_about_half_lie_on_pale_paper_and_what_is_drawn_stays() -> None:
-    first = disc("green")
-    same = torch.cat([to_tensor(first)] * 60)
-    made = tint(same, torch.Generator().manual_seed(0))
-    assert made.dtype == torch.uint8 and torch.equal(made, tint(same, torch.Generator().manual_seed(0)))
-    pictures = made.permute(0, 2, 3, 1).numpy()
-    paper = [picture[0, 0] for picture in pictures]
-    white = sum(tuple(color) == (255, 255, 255) for color in paper)
-    assert 20 <= white <= 45 and min(color.min() for color in paper) >= round(255 * (1 - TINT))
-    assert all(color.max() == 255 for color in paper)  # pale, never gray
-    for picture, color in zip(pictures, paper, strict=True):
-        assert (picture[first.min(-1) == 255] == color).all()  # one colour everywhere, the eye's white too
-        assert hue_at(picture)[0] == pytest.approx(120, abs=12)
-
-
-@pytest.mark.slow
-def test_hue_and_back() -> None:
-    """As the standard library's colorsys has it, and back to the same."""
-    colors = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    hsv = _to_hsv(colors)
-    for row, column in itertools.product(range(0, 16, 5), repeat=2):
-        expected = colorsys.rgb_to_hsv(*colors[0, :, row, column].tolist())
-        assert [float(part[0, row, column]) for part in hsv] == pytest.approx(expected, abs=1e-5)
-    torch.testing.assert_close(_to_rgb(*hsv), colors, atol=1e-5, rtol=0)
-
-
 @pytest.mark.parametrize(
     ("caption", "picture"),
     [
@@ -140,7 +58,7 @@ def test_a_pair_shows_both() -> None:
     """Side by side or one above the other, half as large, on white, and named so. Couples for scoring are not made."""
     captions = [Caption("sun", (), "a", ("daystar",)), Caption("moon", (), "b"), Caption("a very long name", (), "")]
     images = torch.cat([to_tensor(disc(color)) for color in ("yellow", "blue", "red")])
-    made, sheets = pair_up(captions, images, 3, 400, seed=0)
+    made, sheets = pair_up(captions, images, torch.zeros(3), 3, torch.zeros(400, 10), seed=0)
     assert len(made) == 400 and sheets.shape == (400, 3, 64, 64)
     hues = {"sun": 60, "daystar": 60, "moon": 240}
     seen = set()
@@ -171,10 +89,33 @@ def test_a_pair_shows_both() -> None:
 
 def test_augment_is_the_same_every_time() -> None:
     known = [(Caption("ball", (), ""), disc("red")), (Caption("a very long name", (), ""), disc("blue"))]
-    once, again = (recolor(known, 2, seed=3) for _ in range(2))
-    assert [caption for caption, _ in once] == [caption for caption, _ in again] and len(once) == 4
+    (once, of), (again, _) = (recolor(known, 2, seed=3) for _ in range(2))
+    assert [caption for caption, _ in once] == [caption for caption, _ in again] and of == [0, 0, 1, 1]
     assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(once, again, strict=True))
     captions, images = [caption for caption, _ in known], torch.cat([to_tensor(image) for _, image in known])
-    (one, first), (other, second) = (pair_up(captions, images, 2, 5, seed=3) for _ in range(2))
+    as_they_are = torch.zeros(2)
+    (one, first), (other, second) = (
+        pair_up(captions, images, as_they_are, 2, torch.zeros(5, 10), seed=3) for _ in range(2)
+    )
     assert one == other and torch.equal(first, second) and len(one) == 5
-    assert recolor(known, 0, seed=3) == [] and pair_up(captions, images, 2, 0, seed=3)[0] == []
+    assert recolor(known, 0, seed=3) == ([], [])
+    assert pair_up(captions, images, as_they_are, 2, torch.zeros(0, 10), seed=3)[0] == []
+
+
+def test_the_things_of_a_pair_are_mirrored_where_they_stand() -> None:
+    left = disc("yellow").copy()
+    left[:, :24] = 0  # dark on the left; a mirror brings that to the right
+    captions, images = [Caption("sun", (), "a"), Caption("moon", (), "b")], torch.cat([to_tensor(left)] * 2)
+    factors = torch.tensor([[0.0] * 9 + [-1.0], [0.0] * 9 + [1.0]]).repeat(20, 1)
+    _, sheets = pair_up(captions, images, torch.tensor([1.0, 0.0]), 2, factors, seed=0)
+    plain, _ = pair_up(captions, images, torch.zeros(2), 2, factors, seed=0)
+    half = torch.nn.functional.interpolate(images[:1].float(), (32, 32), mode="area").round()
+    turned = 0
+    for caption, sheet, told in zip(plain, sheets.float(), factors[:, 9].tolist(), strict=True):
+        if caption.label.split()[-1].startswith("moon") and "sun" in caption.label and sheet[:, :16].eq(255).all():
+            left_half, right_half = sheet[:, 16:48, :32], sheet[:, 16:48, 32:]
+            first = caption.label.replace("a ", "").startswith("sun")
+            sun, moon = (left_half, right_half) if first else (right_half, left_half)
+            assert torch.equal(sun, half[0].flip(2) if told < 0 else half[0]) and torch.equal(moon, half[0])
+            turned += told < 0
+    assert turned > 2

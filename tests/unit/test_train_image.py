@@ -27,13 +27,16 @@ from gencli.models.autoencoder_kl import AutoencoderKL
 from gencli.train import image, score, state
 from gencli.train.augment import is_kept, pair_up
 from gencli.train.autoencoder import config as autoencoder_config
+from gencli.train.captions import find_captions
 from gencli.train.clip_tokenizer import add_words
+from gencli.train.coupling import couple, low_frequencies
 from gencli.train.diffusion import LatentDataset
 from gencli.train.optim import learning_rate_factor, orthogonalize
 from gencli.train.pictures import Caption, read_pictures
 from gencli.train.recipe import ImageRecipe
 from gencli.train.text_to_image import TextToImageModel
 from gencli.train.trainer import Progress
+from gencli.train.variants import FACTORS
 from tests.oracles.libraries import diffusers, transformers
 from tests.tiny.image import make_stable_diffusion, make_text_encoder, rewrite_json
 from tests.tiny.pictures import COLORS, make_pictures
@@ -150,7 +153,7 @@ def test_held_out_pictures_are_not_seen(pictures: Path, tmp_path: Path) -> None:
     known, pixels, own, held = collection.captions, collection.images, collection.originals, collection.validation
     assert (own, held) == (4, 2) and len(known) == len(pixels) > 6
     assert [caption.label for caption in known[-2:]] == ["green circle", "gray circle"]
-    captions = image.find_captions(pictures, [])
+    captions = find_captions(pictures, [])
     for (name, caption), one in itertools.product(captions, range(len(known))):
         if known[one].label == caption.label:
             assert torch.equal(pixels[one], read_pictures(pictures, [name], 32)[0])
@@ -180,6 +183,20 @@ def test_variants_are_seen_in_place_of_the_pictures(pictures: Path, tmp_path: Pa
     assert {at.step for at in run(pictures, made) if at.stage == "diffusion"} == {1, 2}
     flipped = image.collect_images(pictures, [], 32, recipe(tmp_path, (1, 2, 0), variants=2, random_flip=True))
     assert torch.equal(flipped.images[:6], pixels[:6]) and not torch.equal(flipped.images[6:18], pixels[6:18])
+
+
+def test_noise_tells_how_an_image_is_varied_unless_it_has_no_caption() -> None:
+    factors, noises = torch.randn(40, 10, generator=torch.Generator().manual_seed(1)), torch.Generator().manual_seed(2)
+    latents = torch.randn(40, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    captions, groups = [Caption(str(i), (), "") for i in range(40)], ((40, 1.0),)
+    coupled = LatentDataset(captions, latents, latents, 40, groups, couple(latents, factors))
+    picks, named = torch.arange(40), torch.arange(40) % 2 == 0
+    noise = coupled.noise(picks, named, noises)
+    apart = LatentDataset(captions, latents, latents, 40, groups).noise(picks, named, torch.Generator().manual_seed(2))
+    assert torch.equal(noise[1::2], apart[1::2]) and coupled.coupling
+    told = low_frequencies(noise) @ coupled.coupling.directions.T
+    torch.testing.assert_close(told[::2], factors[::2], atol=1e-4, rtol=0)
+    assert not torch.allclose(told[1::2], factors[1::2], atol=0.1)
 
 
 def test_another_recipe_is_refused_unless_allowed(pictures: Path, tmp_path: Path) -> None:
@@ -406,10 +423,10 @@ def test_learning_rate_rises_stays_and_falls() -> None:
 
 
 def test_both_halves_of_a_pair_are_recognised(pictures: Path) -> None:
-    rows = image.find_captions(pictures, [])
+    rows = find_captions(pictures, [])
     labels, images = [caption.label for _, caption in rows], read_pictures(pictures, [name for name, _ in rows], 128)
     named = [Caption(f"x{index}", (), "") for index in range(len(labels))]  # whose pairs tell what they show
-    pairs, sheets = pair_up(named, images, len(images), 60, seed=0)
+    pairs, sheets = pair_up(named, images, torch.zeros(len(images)), len(images), torch.zeros(60, len(FACTORS)), seed=0)
     told = [
         (pair.label.replace("an ", "").replace("a ", "").split(" and "), sheet)
         for pair, sheet in zip(pairs, sheets, strict=True)
