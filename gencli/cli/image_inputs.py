@@ -70,7 +70,8 @@ class Finder:
             upscalers=tuple(self._models("upscaler")),
             loras=loras,
             embeddings=embeddings,
-            controls=tuple(zip(self._models("control"), shown, strict=True)),
+            controls=tuple(self._models("control")),
+            control_images=tuple(shown),
             init=init,
             mask=mask,
             named=named,
@@ -103,7 +104,7 @@ class Finder:
         yield from zip(request.upscaler, (source.path for source in found.upscalers), strict=True)
         yield from zip(request.lora, (one.path for one in found.loras), strict=True)
         yield from zip(request.embedding, (one.path for one in found.embeddings), strict=True)
-        yield from zip(request.control, (source.path for source, _ in found.controls), strict=True)
+        yield from zip(request.control, (source.path for source in found.controls), strict=True)
         for name in (request.init, request.mask, *request.reference, *request.control_image):
             if name is not None and name != "-":
                 yield name, Path(name)

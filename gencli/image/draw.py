@@ -44,7 +44,7 @@ class Drawing:
             self.model = opened.load(device=spec.device, dtype=spec.dtype, quantize=spec.quantize, packing=told)
             return
         allow = spec.allow_pickle
-        controls = [open_control(source, opened, allow_pickle=allow) for source, _ in inputs.controls]
+        controls = [open_control(source, opened, allow_pickle=allow) for source in inputs.controls]
         loading(opened.name)
         embeddings = [read_embedding(file, allow_pickle=allow) for file in inputs.embeddings]
         self.words = [embedding.word for embedding in embeddings]
@@ -76,7 +76,7 @@ class Drawing:
         `Loaded.generate`."""
         if isinstance(self.model, Loaded):
             return self.model.generate(request, prompts, init=inputs.init, walk=walk)
-        controls = [(part, image) for part, (_, image) in zip(self.controls, inputs.controls, strict=True)]
+        controls = list(zip(self.controls, inputs.control_images, strict=True))
         return generate(
             self.model, request, prompts, init=inputs.init, mask=inputs.mask, controls=controls, named=inputs.named
         )

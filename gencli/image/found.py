@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, repr=False)
 class Inputs:
-    """Everything that a request names, found. controls: the ControlNets, each with its image.
-    named: images to mix and to look at, by what the request calls them."""
+    """Everything that a request names, found. controls: the ControlNets; control_images: what
+    each follows. named: images to mix and to look at, by what the request calls them."""
 
     model: Source
     clip: Source | None = None
@@ -27,7 +27,8 @@ class Inputs:
     upscalers: tuple[Source, ...] = ()
     loras: tuple[LoraRef, ...] = ()
     embeddings: tuple[EmbeddingRef, ...] = ()
-    controls: tuple[tuple[Source, Image.Image], ...] = ()
+    controls: tuple[Source, ...] = ()
+    control_images: tuple[Image.Image, ...] = ()
     init: Image.Image | None = None
     mask: Image.Image | None = None
     named: Mapping[str, Image.Image] = field(default_factory=dict)
@@ -39,5 +40,5 @@ class Inputs:
             self,
             **{name: source and source.here(fetch) for name, source in roles.items()},
             upscalers=tuple(source.here(fetch) for source in self.upscalers),
-            controls=tuple((source.here(fetch), image) for source, image in self.controls),
+            controls=tuple(source.here(fetch) for source in self.controls),
         )

@@ -78,7 +78,7 @@ def ready(
         note(f"{opened.name} reads no weights: brackets and BREAK in the prompt are text")
         request = request.replace(weighted=False)
     seen = [inputs.named[name] for name in request.reference]
-    given = [image for image in (inputs.init, *(image for _, image in inputs.controls), *seen) if image is not None]
+    given = [image for image in (inputs.init, *inputs.control_images, *seen) if image is not None]
     resolved = resolve(request, opened, given[0].size if given else None)
     stages.plan(resolved, opened, has_init=inputs.init is not None)  # raises for what a stage cannot follow
     if not lines:

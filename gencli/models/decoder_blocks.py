@@ -55,13 +55,8 @@ class MLP(nn.Module):
 
 
 class AttentionCore(nn.Module):
-    """Causal attention with rotary positions and a cache. Subclasses define `project` and `o_proj`.
+    """What causal attention with rotary positions and a cache consists of. Subclasses define `forward` and `o_proj`."""
 
-    neighbours: whether pairs that are rotated lie side by side in the checkpoint; in the cache none do.
-    """
-
-    STEP: tuple[str, ...] = ("o_proj",)
-    neighbours = False
     o_proj: nn.Linear
 
     def __init__(self, config: DecoderConfig, layer: int):
@@ -73,6 +68,27 @@ class AttentionCore(nn.Module):
         self.scale = self.head_dim**-0.5
         self.softcap: float | None = None
         self.sinks: Tensor | None = None
+
+    def attended(
+        self, q: Tensor, k: Tensor, v: Tensor, cache: KeyValueCache | None, gate: Tensor | None = None
+    ) -> Tensor:
+        """Return what queries (B, T, H, D) find in all keys and values (B, K, S, D), projected: (B, T, C). gate
+        (B, T, H * D): the part of it that counts, before a sigmoid."""
+        ways = {"scale": self.scale, "window": self.window, "softcap": self.softcap, "sinks": self.sinks}
+        if cache is not None:
+            ways |= {"seen": cache.seen, "visible": cache.visible(len(q), self.window)}
+        found = attend(q, k, v, **ways)
+        return self.o_proj(found if gate is None else found * gate.sigmoid())
+
+
+class ProjectedAttention(AttentionCore):
+    """Attention whose queries, keys and values are all made of the layer's own input. Subclasses define `project`.
+
+    neighbours: whether pairs that are rotated lie side by side in the checkpoint; in the cache none do.
+    """
+
+    STEP: tuple[str, ...] = ("o_proj",)
+    neighbours = False
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (B, T, H, D), keys and values (B, T, K, D) of x (B, T, C)."""
@@ -100,19 +116,8 @@ class AttentionCore(nn.Module):
             k, v = cache.append(self.layer, k, v)
         return self.attended(q, k, v, cache, gate)
 
-    def attended(
-        self, q: Tensor, k: Tensor, v: Tensor, cache: KeyValueCache | None, gate: Tensor | None = None
-    ) -> Tensor:
-        """Return what queries (B, T, H, D) find in all keys and values (B, K, S, D), projected: (B, T, C). gate
-        (B, T, H * D): the part of it that counts, before a sigmoid."""
-        ways = {"scale": self.scale, "window": self.window, "softcap": self.softcap, "sinks": self.sinks}
-        if cache is not None:
-            ways |= {"seen": cache.seen, "visible": cache.visible(len(q), self.window)}
-        found = attend(q, k, v, **ways)
-        return self.o_proj(found if gate is None else found * gate.sigmoid())
 
-
-class Attention(AttentionCore):
+class Attention(ProjectedAttention):
     """Attention with four projections. bias: of q, k and v. out_bias: of the output."""
 
     STEP: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")

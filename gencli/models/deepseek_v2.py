@@ -21,7 +21,7 @@ from gencli.errors import GencliError
 from gencli.models import decoder
 from gencli.models.base import check_ints, check_multiple, check_numbers
 from gencli.models.decoder import Decoder
-from gencli.models.decoder_blocks import MLP, AttentionCore, PreNormLayer, RMSNorm
+from gencli.models.decoder_blocks import MLP, PreNormLayer, ProjectedAttention, RMSNorm
 from gencli.models.decoder_config import DECODER_INERT, DecoderConfig
 from gencli.models.experts import Experts, check_experts, mixed
 from gencli.models.kv_cache import KeyValueCache, zeros
@@ -121,7 +121,7 @@ def score_scale(rope: Rope, size: int) -> float:
     return scale
 
 
-class Attention(AttentionCore):
+class Attention(ProjectedAttention):
     """Multi-head latent attention. A head's keys are one part that is rotated, which all heads share, and one that
     comes of the short vector, as values do."""
 

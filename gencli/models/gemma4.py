@@ -82,9 +82,7 @@ class Attention(AttentionCore):
         k, v = apply_rotary_emb(self.k_norm(k), cos_sin).transpose(1, 2), self.v_norm(v).transpose(1, 2)
         return (k, v) if cache is None else cache.append(self.layer, k, v)
 
-    def forward(  # type: ignore[override]  # which takes what layers share, too
-        self, x: Tensor, cos_sin: CosSin, cache: KeyValueCache | None, shared: Shared
-    ) -> Tensor:
+    def forward(self, x: Tensor, cos_sin: CosSin, cache: KeyValueCache | None, shared: Shared) -> Tensor:
         q = self.q_norm(self.q_proj(x).view(*x.shape[:2], -1, self.head_dim))
         if self.k_proj is not None:
             shared[self.kind] = self.keys_and_values(x, self.k_proj, cos_sin, cache)

@@ -12,7 +12,7 @@ from gencli.models import decoder
 from gencli.models.activations import ACTIVATIONS
 from gencli.models.base import Rename
 from gencli.models.decoder import Decoder
-from gencli.models.decoder_blocks import AttentionCore
+from gencli.models.decoder_blocks import ProjectedAttention
 from gencli.models.decoder_config import DECODER_INERT, DecoderConfig
 from gencli.models.kv_cache import KeyValueCache
 from gencli.models.rope import COMMON_KINDS, CosSin, with_rope
@@ -47,7 +47,7 @@ class GPTNeoXConfig(DecoderConfig):
         return with_rope({"partial_rotary_factor": 0.25, **named}, COMMON_KINDS, partial=True)
 
 
-class Attention(AttentionCore):
+class Attention(ProjectedAttention):
     """One projection makes queries, keys and values, head by head."""
 
     def __init__(self, config: GPTNeoXConfig, layer: int):

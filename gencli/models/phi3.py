@@ -13,7 +13,7 @@ from gencli.models import decoder, step
 from gencli.models.activations import ACTIVATIONS
 from gencli.models.base import check_ints
 from gencli.models.decoder import Decoder
-from gencli.models.decoder_blocks import AttentionCore, PreNormLayer
+from gencli.models.decoder_blocks import PreNormLayer, ProjectedAttention
 from gencli.models.decoder_config import DecoderConfig
 from gencli.models.kv_cache import KeyValueCache
 from gencli.models.rope import with_rope
@@ -61,7 +61,7 @@ def _named_longrope(raw: Mapping[str, object], original: object) -> dict[str, ob
     return {**raw, "rope_scaling": {**parameters, **named}}
 
 
-class Attention(AttentionCore):
+class Attention(ProjectedAttention):
     """One projection makes q, k and v."""
 
     STEP = ("qkv_proj",)

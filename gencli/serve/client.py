@@ -224,10 +224,9 @@ class RemoteDrawing(Remote):
         """As `Drawing.generate`."""
         from gencli.image.events import Denoised, Picture, StageInfo
 
-        controls = [image for _, image in inputs.controls]
-        heads, pixels = wire.pack_images([inputs.init, inputs.mask, *inputs.named.values(), *controls])
+        heads, pixels = wire.pack_images([inputs.init, inputs.mask, *inputs.named.values(), *inputs.control_images])
         wish: dict[str, object] = {"draw": vars(request), "lines": prompts is not None, "images": heads}
-        self.send({**wish, "named": list(inputs.named), "controls": len(controls)}, pixels)
+        self.send({**wish, "named": list(inputs.named), "controls": len(inputs.control_images)}, pixels)
         lines = iter(prompts or ())
         while True:
             said, data = self.receive()
@@ -263,7 +262,7 @@ def open_drawing(link: Link, inputs: Inputs, spec: ImageSpec) -> RemoteDrawing |
     """Return a model that draws as the server opens it; None if it cannot."""
     roles = ("classifier", "vae", "refiner", "prior")
     sources: dict[str, Source | None] = {name: getattr(inputs, name) for name in roles}
-    several = {"upscalers": inputs.upscalers, "controls": [source for source, _ in inputs.controls]}
+    several = {"upscalers": inputs.upscalers, "controls": inputs.controls}
     loras = [(os.path.abspath(one.path), one.scale) for one in inputs.loras]
     embeddings = [(os.path.abspath(one.path), one.word) for one in inputs.embeddings]
     wish = {

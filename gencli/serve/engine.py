@@ -252,7 +252,7 @@ class ImageEngine(Engine["ImageWork"]):
 
     def __init__(self, drawing: Drawing, opened: ImageCheckpoint | Drawer, inputs: Inputs, size: int):
         self.drawing, self.opened, self.bytes = drawing, opened, size
-        self.inputs = dataclasses.replace(inputs, init=None, mask=None, named={}, controls=())
+        self.inputs = dataclasses.replace(inputs, init=None, mask=None, named={}, control_images=())
         super().__init__(f"gencli {opened.name}")
 
     def _run(self) -> None:

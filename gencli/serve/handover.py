@@ -139,7 +139,7 @@ def _wanted(said: Said) -> Wanted:
         upscalers=tuple(map(_source, said["upscalers"])),
         loras=tuple(LoraRef(Path(path), scale) for path, scale in said["loras"]),
         embeddings=tuple(EmbeddingRef(Path(path), word) for path, word in said["embeddings"]),
-        controls=tuple((_source(one), None) for one in said["controls"]),  # type: ignore[misc]
+        controls=tuple(map(_source, said["controls"])),
     )
     return image_model(inputs, ImageSpec(**fields))
 
@@ -220,7 +220,7 @@ def _draw(link: Link, engine: ImageEngine, said: Said, data: bytes) -> None:
         init=images[0],
         mask=images[1],
         named=dict(zip(named, others, strict=False)),
-        controls=tuple((engine.inputs.model, image) for image in others[len(others) - controls :]),
+        control_images=tuple(others[len(others) - controls :]),
     )
 
     def prompts() -> Iterator[str | None]:

@@ -257,8 +257,8 @@ def text_model(source: Source, spec: ModelSpec, adapters: tuple[LoraRef, ...] = 
 
 def image_model(inputs: Inputs, spec: ImageSpec) -> Wanted:
     """Return the model that draws what `inputs` are for."""
-    several = (inputs.model, inputs.classifier, inputs.vae, inputs.refiner, inputs.prior, *inputs.upscalers)
-    sources = [*several, *(source for source, _ in inputs.controls)]
+    one_each = (inputs.model, inputs.classifier, inputs.vae, inputs.refiner, inputs.prior)
+    sources = [*one_each, *inputs.upscalers, *inputs.controls]
     assets: tuple[LoraRef | EmbeddingRef, ...] = (*inputs.loras, *inputs.embeddings)
     paths = (*(one.path for one in sources if one is not None), *(one.path for one in assets))
     roles = tuple(None if one is None else (one.name, one.path) for one in sources)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +46,16 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.dtype = dtype  # of the products in here
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             same: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # of one shape: orthogonalised together
             for param in group["params"]:
@@ -62,6 +71,7 @@ class Muon(torch.optim.Optimizer):
                 for (param, _), update in zip(pairs, made, strict=True):
                     param.mul_(1 - group["lr"] * group["weight_decay"])
                     param.add_(update.view_as(param), alpha=-group["lr"])
+        return loss
 
 
 class Optimizers:

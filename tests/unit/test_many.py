@@ -19,7 +19,6 @@ from pathlib import Path
 
 import pytest
 import typer
-from PIL import Image
 
 from gencli import options
 from gencli.checkpoints.find import find
@@ -229,8 +228,8 @@ def test_a_message_of_a_worker_that_was_killed_in_the_middle_of_it():
 def test_a_model_that_lies_elsewhere_is_found_by_its_name(tmp_path):
     emoji, stories, fetch = find("emoji"), find("stories"), partial(find, offline=True)
     lost = replace(emoji, path=tmp_path / "none")
-    inputs = Inputs(lost, vae=emoji, upscalers=(lost,), controls=((lost, Image.new("L", (1, 1))),)).here(fetch)
-    assert {inputs.model, inputs.vae, *inputs.upscalers, inputs.controls[0][0]} == {emoji} and inputs.prior is None
+    inputs = Inputs(lost, vae=emoji, upscalers=(lost,), controls=(lost,)).here(fetch)
+    assert {inputs.model, inputs.vae, *inputs.upscalers, *inputs.controls} == {emoji} and inputs.prior is None
     assert stories.here(fetch) is stories and replace(stories, path=tmp_path / "none").here(fetch) == stories
     with pytest.raises(GencliError, match="no model 'a/b'"):
         Inputs(replace(lost, name="a/b")).here(fetch)

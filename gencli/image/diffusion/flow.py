@@ -103,7 +103,7 @@ class FlowSchedule(NoiseSchedule):
         at_10 = 8.73809524e-5 * self.tokens + 1.89833333
         return at_200 if self.tokens > 4300 else at_200 + (num - 200) * (at_200 - at_10) / 190
 
-    def timesteps(self, num: int, spacing: str | None = None) -> list[float]:  # type: ignore[override]
+    def timesteps(self, num: int, spacing: str | None = None) -> Sequence[float]:
         """1000 σ of the steps (at 1000 timesteps in training). Raises UsageError for another spacing than trailing."""
         if (spacing or self.timestep_spacing) != self.timestep_spacing:
             raise UsageError(f"--spacing {spacing}: the steps of flow matching lie as trailing ones")

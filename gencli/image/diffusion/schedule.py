@@ -230,7 +230,7 @@ class NoiseSchedule:
         """Whether samplers in σ space place their steps by `karras_sigmas` unless told otherwise."""
         return self.use_karras_sigmas
 
-    def timesteps(self, num: int, spacing: str | None = None) -> list[int]:
+    def timesteps(self, num: int, spacing: str | None = None) -> Sequence[float]:
         """`num` timesteps of 0 … T − 1, strictly falling (num = 1 … T); the checkpoint's spacing unless one is named.
 
         leading:   multiples of T // S from 0 up, plus `steps_offset` as far as that stays below T.
@@ -265,7 +265,7 @@ class NoiseSchedule:
 
     def steps(self, num: int, spacing: str | None = None, *, final: float | None = None) -> list[Step]:
         """The steps of DDIM: each of `timesteps` to the next, the last to ᾱ = `final` (None: the checkpoint's)."""
-        points = self.at_whole(self.timesteps(num, spacing))
+        points = self.at_whole([int(t) for t in self.timesteps(num, spacing)])
         return chain(points, self.final_alpha_cumprod if final is None else final)
 
     def at_whole(self, timesteps: Sequence[int]) -> list[Point]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from gencli.image.diffusion.samplers import Sample, Sampler
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def grid(schedule: NoiseSchedule, num: int, spacing: str | None = None, *, karras: bool = False) -> list[Step]:
     """The schedule's timesteps, linspace not rounded; with `karras`, σ even in its 7th root between their ends."""
     spacing = spacing or schedule.timestep_spacing
-    timesteps: Sequence[float] = schedule.timesteps(num, spacing)
+    timesteps = schedule.timesteps(num, spacing)
     if spacing == "linspace" and num > 1:
         top = schedule.num_train_timesteps - 1
         timesteps = [top * i / (num - 1) for i in reversed(range(num))]
