@@ -31,7 +31,7 @@ from gencli.train.captions import find_captions
 from gencli.train.clip_tokenizer import add_words
 from gencli.train.coupling import couple, low_frequencies
 from gencli.train.diffusion import LatentDataset
-from gencli.train.optim import learning_rate_factor, orthogonalize
+from gencli.train.optim import Muon, learning_rate_factor, orthogonalize
 from gencli.train.pictures import Caption, read_pictures
 from gencli.train.recipe import ImageRecipe
 from gencli.train.text_to_image import TextToImageModel
@@ -197,6 +197,20 @@ def test_noise_tells_how_an_image_is_varied_unless_it_has_no_caption() -> None:
     told = low_frequencies(noise) @ coupled.coupling.directions.T
     torch.testing.assert_close(told[::2], factors[::2], atol=1e-4, rtol=0)
     assert not torch.allclose(told[1::2], factors[1::2], atol=0.1)
+
+
+def test_muon_takes_a_closure_as_other_optimizers_do() -> None:
+    weight = torch.nn.Parameter(torch.eye(3))
+    optimizer = Muon([weight], lr=0.1)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = weight.square().sum()
+        loss.backward()
+        return loss.item()
+
+    assert optimizer.step(closure) == 3 and closure() < 3
+    assert optimizer.step() is None
 
 
 def test_another_recipe_is_refused_unless_allowed(pictures: Path, tmp_path: Path) -> None:
