@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, repr=False)
 class Inputs:
-    """Everything that a request names, found. controls: the ControlNets; control_images: what
-    each follows. named: images to mix and to look at, by what the request calls them."""
+    """Everything that a request names, found. controls: the ControlNets; control_images: what each follows. named:
+    images to mix and to look at, by what the request calls them."""
 
     model: Source
     clip: Source | None = None

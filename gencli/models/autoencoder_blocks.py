@@ -6,6 +6,7 @@ B: batch, H, W: height and width of an image, h, w: of its latents, C: latent ch
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -223,7 +224,7 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(x) if z is None else self.conv_norm_out(x, z)))
 
 
-class Autoencoder(BaseModel):
+class Autoencoder(BaseModel, abc.ABC):
     """Base class of autoencoders: what callers need besides `encode` and `decode`."""
 
     config: SizedConfig
@@ -238,13 +239,13 @@ class Autoencoder(BaseModel):
         """The C of its latents."""
         return self.config.latent_channels
 
+    @abc.abstractmethod
     def encode(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Return latents (B, C, h, w), unscaled, of images (B, 3, H, W) in -1..1, or their mean and log variance."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def decode(self, z: Tensor) -> Tensor:
         """Return images (B, 3, H, W), about -1..1, of latents (B, C, h, w), unscaled."""
-        raise NotImplementedError
 
     def decode_tiled(self, z: Tensor, tile: int = 64, overlap: int = 16) -> Tensor:
         """Decode in square tiles of `tile` latents a side that overlap by `overlap` and are blended there.

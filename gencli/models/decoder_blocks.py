@@ -5,6 +5,8 @@ B: batch, T: new positions, S: all positions, C: hidden_size, H: query heads, K:
 
 from __future__ import annotations
 
+import abc
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,8 +57,12 @@ class MLP(nn.Module):
 
 
 class AttentionCore(nn.Module):
-    """What causal attention with rotary positions and a cache consists of. Subclasses define `forward` and `o_proj`."""
+    """What causal attention with rotary positions and a cache consists of. Subclasses define `forward` and `o_proj`.
 
+    neighbours: whether pairs that are rotated lie side by side in the checkpoint; in the cache none do.
+    """
+
+    neighbours = False
     o_proj: nn.Linear
 
     def __init__(self, config: DecoderConfig, layer: int):
@@ -68,34 +74,6 @@ class AttentionCore(nn.Module):
         self.scale = self.head_dim**-0.5
         self.softcap: float | None = None
         self.sinks: Tensor | None = None
-
-    def attended(
-        self, q: Tensor, k: Tensor, v: Tensor, cache: KeyValueCache | None, gate: Tensor | None = None
-    ) -> Tensor:
-        """Return what queries (B, T, H, D) find in all keys and values (B, K, S, D), projected: (B, T, C). gate
-        (B, T, H * D): the part of it that counts, before a sigmoid."""
-        ways = {"scale": self.scale, "window": self.window, "softcap": self.softcap, "sinks": self.sinks}
-        if cache is not None:
-            ways |= {"seen": cache.seen, "visible": cache.visible(len(q), self.window)}
-        found = attend(q, k, v, **ways)
-        return self.o_proj(found if gate is None else found * gate.sigmoid())
-
-
-class ProjectedAttention(AttentionCore):
-    """Attention whose queries, keys and values are all made of the layer's own input. Subclasses define `project`.
-
-    neighbours: whether pairs that are rotated lie side by side in the checkpoint; in the cache none do.
-    """
-
-    STEP: tuple[str, ...] = ("o_proj",)
-    neighbours = False
-
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries (B, T, H, D), keys and values (B, T, K, D) of x (B, T, C)."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor, cos_sin: CosSin | None, cache: KeyValueCache | None) -> Tensor:
-        return self.placed(*self.project(x), cos_sin, cache)
 
     def placed(
         self,
@@ -115,6 +93,30 @@ class ProjectedAttention(AttentionCore):
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         return self.attended(q, k, v, cache, gate)
+
+    def attended(
+        self, q: Tensor, k: Tensor, v: Tensor, cache: KeyValueCache | None, gate: Tensor | None = None
+    ) -> Tensor:
+        """Return what queries (B, T, H, D) find in all keys and values (B, K, S, D), projected: (B, T, C). gate
+        (B, T, H * D): the part of it that counts, before a sigmoid."""
+        ways = {"scale": self.scale, "window": self.window, "softcap": self.softcap, "sinks": self.sinks}
+        if cache is not None:
+            ways |= {"seen": cache.seen, "visible": cache.visible(len(q), self.window)}
+        found = attend(q, k, v, **ways)
+        return self.o_proj(found if gate is None else found * gate.sigmoid())
+
+
+class ProjectedAttention(AttentionCore, abc.ABC):
+    """Attention whose queries, keys and values are all made of the layer's own input. Subclasses define `project`."""
+
+    STEP: tuple[str, ...] = ("o_proj",)
+
+    @abc.abstractmethod
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (B, T, H, D), keys and values (B, T, K, D) of x (B, T, C)."""
+
+    def forward(self, x: Tensor, cos_sin: CosSin | None, cache: KeyValueCache | None) -> Tensor:
+        return self.placed(*self.project(x), cos_sin, cache)
 
 
 class Attention(ProjectedAttention):

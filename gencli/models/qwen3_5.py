@@ -106,7 +106,7 @@ class Qwen35Config(DecoderConfig):
             raise GencliError(f"config.json: none of {layers} layers is of the type {FULL}")
 
 
-class Attention(decoder_blocks.ProjectedAttention):
+class Attention(decoder_blocks.AttentionCore):
     """q and k are normed head by head, before RoPE; what is attended to goes through a gate, which q_proj makes."""
 
     STEP = ("q_proj", "k_proj", "v_proj", "o_proj")
