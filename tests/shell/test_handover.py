@@ -21,13 +21,16 @@ import httpx
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.shell.process import environment, gencli, short_folder, start
+from tests.shell.process import environment, gencli, pixels, short_folder, start
+from tests.tiny.control import SMALL_CONTROLNET, edges, make_controlnet
+from tests.tiny.image import make_stable_diffusion
 from tests.tiny.text import make_gpt2
 
 pytestmark = pytest.mark.slow
 STORY = ("text", "Once upon a time", "--seed", 1, "-n", 12)
 APPLE = ("image", "red apple", "--seed", 1, "--steps", 1, "--size", "64x64")
 NOBODY = {"GENCLI_NO_SERVER": None}  # what `environment` says otherwise
+LED = ("image", "a", "-m", "sd", "--steps", 2, "--seed", 5, "--size", "64x64", "--control", "canny", "--control-image")
 LINES = b"Once\nThe dog\r\n\xff\n\nA cat\n"
 """Arguments and stdin of commands. {} is a folder with inputs, in which they write too."""
 COMMANDS: list[tuple[tuple[object, ...], bytes]] = [
@@ -62,6 +65,9 @@ COMMANDS: list[tuple[tuple[object, ...], bytes]] = [
     ((*APPLE, "-i", "start.png", "--strength", 0.6), b""),
     (("image", "--lines", "--seed", 4, *APPLE[-4:], "-o", "{index}.png"), b"red apple\n\n" + b"a " * 300 + b"\nsun\n"),
     ((*APPLE[:-2], "-W", 100), b""),
+    ((*LED, "edges.png", "-o", "led.png"), b""),
+    ((*LED, "other.png", "-o", "led-by-another.png"), b""),
+    ((*LED, "edges.png", "--control", "canny", "--control-image", "other.png", "-o", "led-by-two.png"), b""),
     ((*APPLE, "--save-steps", "steps"), b""),
     (("image", "red apple", "-m", "stories"), b""),
 ]
@@ -116,6 +122,10 @@ def places(tmp_path_factory) -> list[Path]:
     [file] = nan.glob("*.safetensors")
     save_file({name: tensor * float("nan") for name, tensor in load_file(file).items()}, file, {"format": "pt"})
     assert gencli(*APPLE, "-o", made[0] / "start.png").returncode == 0
+    make_stable_diffusion(made[0] / "sd")
+    make_controlnet(made[0] / "canny", SMALL_CONTROLNET)
+    edges((64, 64)).save(made[0] / "edges.png")
+    edges((64, 64), seed=3).save(made[0] / "other.png")
     shutil.copytree(made[0], made[1], dirs_exist_ok=True)
     return made
 
@@ -145,6 +155,8 @@ def test_the_same_with_and_without(runtime, places):
         assert (timeless(warm_out), warm_err, warm_code) == (timeless(out), err, code), args
         went += code == 0
     assert files(places[0]) == files(places[1])
+    led = {pixels(places[0] / name).tobytes() for name in ("led.png", "led-by-another.png", "led-by-two.png")}
+    assert len(led) == 3
     assert handed_over(runtime) - before >= went - 1  # all but --save-steps
 
 
